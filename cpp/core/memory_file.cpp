@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/write_file.h"
 
 namespace minisgl {
 namespace {
@@ -38,12 +39,8 @@ MemoryFile::~MemoryFile() {
 
 AlignedBuffer MemoryFile::store(const AlignedBuffer& memory) {
   const auto size = static_cast<std::int64_t>(memory.size());
-  for (std::int64_t done = 0; done < size;) {
-    const ssize_t written = ::pwrite(file_, memory.data() + done, static_cast<std::size_t>(size - done), size_ + done);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) refuse(folder_, concat("can't keep ", size, " bytes more: ", std::strerror(errno)));
-    done += written;
-  }
+  if (!write_file(file_, {memory.data(), memory.size()}, size_))
+    refuse(folder_, concat("can't keep ", size, " bytes more: ", std::strerror(errno)));
   AlignedBuffer stored = AlignedBuffer::of_file(file_, size_, memory.size());
   const std::int64_t page = ::sysconf(_SC_PAGESIZE);
   size_ += (size + page - 1) / page * page;  // where a mapping may begin

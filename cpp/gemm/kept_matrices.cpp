@@ -22,6 +22,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/quiet_thread.h"
+#include "core/write_file.h"
 #include "core/xxh64.h"
 
 namespace minisgl {
@@ -31,8 +32,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* kEnding = ".packed";
 constexpr std::size_t kMostText = std::size_t{64} << 20;
-constexpr double kPatience = 10.0,
-                 kSlowRate = 300e6;  // seconds, and bytes a second below which a start doesn't wait on
+// After so many seconds of writing, a start doesn't wait for a disk that takes fewer bytes a second.
+constexpr double kPatience = 10.0, kSlowRate = 300e6;
 
 std::int64_t page_bytes() {
   return ::sysconf(_SC_PAGESIZE);
@@ -42,17 +43,6 @@ std::string file_name(const std::string& title) {
   std::ostringstream name;
   name << std::hex << xxh64(std::as_bytes(std::span(title)), 0) << kEnding;
   return name.str();
-}
-
-// Throws InputError with the system's reason.
-void write_all(int file, std::span<const std::byte> bytes, std::int64_t offset) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::pwrite(file, bytes.data(), bytes.size(), offset);
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) throw InputError(std::strerror(errno));
-    bytes = bytes.subspan(static_cast<std::size_t>(written));
-    offset += written;
-  }
 }
 
 std::string read_text(int file, std::int64_t offset, std::size_t size) {
@@ -101,11 +91,12 @@ bool make_room(const fs::path& folder, std::int64_t more, std::int64_t most) {
 KeptMatrices::KeptMatrices(const KeepRequest& request)
     : file_(request.folder), title_(concat("minisgl's packed matrices, ", packed_layout, '\n', request.of, '\n')) {
   file_ /= file_name(title_);
-  if (open_kept()) return;
-  if (refusal_.empty())
+  std::string refusal;
+  if (open_kept(refusal)) return;
+  if (refusal.empty())
     begin_file(request);
   else
-    give_up(refusal_);
+    give_up(refusal);
 }
 
 KeptMatrices::~KeptMatrices() {
@@ -126,10 +117,10 @@ void KeptMatrices::unlock() {
   ::close(std::exchange(lock_, -1));
 }
 
-bool KeptMatrices::open_kept() {
+bool KeptMatrices::open_kept(std::string& refusal) {
   const int file = ::open(file_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) {
-    if (errno != ENOENT && errno != ENOTDIR) refusal_ = concat("'", file_.string(), "': ", std::strerror(errno));
+    if (errno != ENOENT && errno != ENOTDIR) refusal = concat("'", file_.string(), "': ", std::strerror(errno));
     return false;
   }
   struct stat status{};
@@ -139,7 +130,7 @@ bool KeptMatrices::open_kept() {
   const bool is_own = ::fstat(file, &status) == 0 && (status.st_uid == ::geteuid() || status.st_uid == 0);
   if (!is_own) {
     ::close(file);
-    refusal_ = concat("'", file_.string(), "' is another user's");
+    refusal = concat("'", file_.string(), "' is another user's");
     return false;
   }
   if (S_ISREG(status.st_mode) && status.st_size > tail &&
@@ -167,7 +158,7 @@ bool KeptMatrices::open_kept() {
     log_line(LogLevel::warning, concat("'", file_.string(), "' is damaged; the weights are packed again"));
     std::error_code error;
     fs::remove(file_, error);
-    if (error) refusal_ = error.message();
+    if (error) refusal = error.message();
     return false;
   }
   reading_ = file;
@@ -191,9 +182,10 @@ void KeptMatrices::begin_file(const KeepRequest& request) {
     return give_up(concat("they take ", request.num_bytes / mebibyte, " MiB, and --packed-cache-bytes is ",
                           request.most_bytes / mebibyte, " MiB"));
   }
-  if (!lock()) {  // held by another, whose it is
-    if (lock_ >= 0) ::close(std::exchange(lock_, -1));
-    return give_up("another process is writing them");
+  if (!lock()) {
+    const std::string why = lock_ < 0 ? std::strerror(errno) : "another process is writing them";
+    if (lock_ >= 0) ::close(std::exchange(lock_, -1));  // it stays the other's
+    return give_up(why);
   }
   floor_ = free_bytes / 2;
   writing_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
@@ -223,11 +215,7 @@ void KeptMatrices::put(const std::string& name, PackedMatrix& matrix) {
   if (::fstatvfs(writing_, &now) == 0 && static_cast<std::int64_t>(now.f_bavail * now.f_frsize) < floor_)
     return give_up("half of what was free stays free");
   const auto start = std::chrono::steady_clock::now();
-  try {
-    write_all(writing_, {matrix.data(), matrix.nbytes()}, size_);
-  } catch (const InputError& error) {
-    return give_up(error.what());
-  }
+  if (!write_file(writing_, {matrix.data(), matrix.nbytes()}, size_)) return give_up(std::strerror(errno));
   const auto bytes = static_cast<std::int64_t>(matrix.nbytes());
   entries_.try_emplace(name, Entry{matrix.dtype(), matrix.rows(), matrix.cols(), size_, bytes});
   matrix.move_to(map(writing_, size_, bytes));
@@ -240,11 +228,13 @@ void KeptMatrices::put(const std::string& name, PackedMatrix& matrix) {
 
 void KeptMatrices::finish() {
   if (writing_ < 0 || entries_.empty()) return;
+  const std::string text = trailer();
+  const auto text_size = static_cast<std::int64_t>(text.size());
+  if (!write_file(writing_, std::as_bytes(std::span(text)), size_) ||
+      !write_file(writing_, std::as_bytes(std::span(&text_size, 1)), size_ + text_size)) {
+    return give_up(std::strerror(errno));
+  }
   try {
-    const std::string text = trailer();
-    const auto text_size = static_cast<std::int64_t>(text.size());
-    write_all(writing_, std::as_bytes(std::span(text)), size_);
-    write_all(writing_, std::as_bytes(std::span(&text_size, 1)), size_ + text_size);
     completion_ = start_quiet_thread([this] { complete(); });
   } catch (const InputError& error) {
     give_up(error.what());

@@ -41,7 +41,7 @@ class KeptMatrices {
     DType dtype;
     std::int64_t rows, cols, offset, size;
   };
-  bool open_kept();  // false: there is nothing, or refusal_ says why nothing can be
+  bool open_kept(std::string& refusal);  // false: there is nothing, or `refusal` says why nothing can be
   void begin_file(const KeepRequest& request);
   bool lock();  // against other processes that write the same file
   void unlock();
@@ -53,7 +53,6 @@ class KeptMatrices {
   std::string title_;                               // the first lines of the file's end
   std::unordered_map<std::string, Entry> entries_;  // by name: those of the file that is read, or those so far
   int reading_ = -1, writing_ = -1, lock_ = -1;
-  std::string refusal_;
   std::int64_t size_ = 0;  // of what was written
   std::int64_t mapped_bytes_ = 0;
   std::int64_t floor_ = 0;  // bytes of the disk that stay free

@@ -149,16 +149,13 @@ void refuse_what_does_not_fit(const std::string& path, std::int64_t bytes, std::
                   "'; memory has room for ", (available - in_memory) / mebibyte, " MiB of them and of the cache."));
 }
 
-std::string name_files(const WeightSource& source, const Device& device) {
-  std::string names = concat("rank ", device.rank(), " of ", device.num_ranks());
-  for (const std::string& file : source.files()) names += "\n" + file;
-  return names;
-}
-
 // Experts aren't kept: --expert-folder is for more of them than memory holds.
 void keep_matrices(const WeightSource& source, std::int64_t bytes, const KeepLimits& limits, Device& device) {
-  if (limits.folder.empty() || limits.most_bytes == 0 || bytes < limits.least_bytes || source.files().empty()) return;
-  const std::string of = name_files(source, device);
+  if (limits.folder.empty() || limits.most_bytes == 0 || bytes < limits.least_bytes) return;
+  const std::vector<std::string> files = source.files();
+  if (files.empty()) return;
+  std::string of = concat("rank ", device.rank(), " of ", device.num_ranks());
+  for (const std::string& file : files) of += "\n" + file;
   const std::string file = device.keep_matrices({limits.folder, of, bytes, limits.most_bytes});
   if (file.empty() || device.rank() > 0) return;
   log_line(LogLevel::info, concat("packed weights: mapped from '", file,

@@ -67,7 +67,7 @@ class CpuDevice final : public Device {
   bool has_own_memory() const override { return false; }
   std::int64_t usual_batch_tokens() const override { return 512; }
   std::int64_t available_memory() const override {  // the system takes pages of files for free ones
-    const std::int64_t kept = keeper_ ? keeper_->mapped_bytes() * num_ranks() : 0;
+    const std::int64_t kept = kept_ ? kept_->mapped_bytes() * num_ranks() : 0;
     return std::max<std::int64_t>(0, minisgl::available_memory() - kept);
   }
 
@@ -94,17 +94,15 @@ class CpuDevice final : public Device {
     } else {
       matrix = PackedMatrix::pack(dtype, rows, cols, raw, pool_);
     }
-    if (kept_ && !next_name_.empty()) kept_->put(std::exchange(next_name_, {}), matrix);
+    if (!next_name_.empty()) kept_->put(std::exchange(next_name_, {}), matrix);
     return std::make_shared<const PackedMatrix>(std::move(matrix));
   }
   std::string keep_matrices(const KeepRequest& request) override {
-    keeper_ = std::make_unique<KeptMatrices>(request);
-    kept_ = keeper_.get();
+    kept_ = std::make_unique<KeptMatrices>(request);
     return kept_->is_reading() ? kept_->file().string() : std::string();
   }
   void finish_matrices() override {
     if (kept_) kept_->finish();
-    kept_ = nullptr;
   }
   std::shared_ptr<const Matrix> kept_matrix(const std::string& name, std::int64_t rows, std::int64_t cols) override {
     if (!kept_) return nullptr;
@@ -344,9 +342,8 @@ class CpuDevice final : public Device {
   ThreadPool pool_;
   std::shared_ptr<Communicator> comm_;
   std::optional<MemoryFile> expert_file_;
-  std::unique_ptr<KeptMatrices> keeper_;
-  KeptMatrices* kept_ = nullptr;  // keeper_, while matrices are made
-  std::string next_name_;         // of the matrix that is made next
+  std::unique_ptr<KeptMatrices> kept_;
+  std::string next_name_;  // of the matrix that is made next, where it may be kept
   GemmWorkspace gemm_workspace_;
   bool has_quantized_weights_ = false;
   AlignedBuffer router_logits_;     // [rows, experts] f32
