@@ -161,6 +161,19 @@ struct Barrier {
   }
 };
 
+// The stage whose turn it is, and the parity of the phase in which its barriers are.
+template <int stages>
+struct Turn {
+  int stage = 0;
+  unsigned parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 // What ordinary instructions wrote to shared memory may be read by products from here on.
 __device__ __forceinline__ void publish_to_products() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

@@ -42,19 +42,6 @@ struct EvenShape {
   static_assert(kRows * kOutputStride <= kBytes);
 };
 
-// Stages in turn.
-template <int stages>
-struct Ring {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // The copies of a block, which one thread makes. Weights, which come from further away, have stages of their own.
 template <typename S>
 struct EvenCopies {
@@ -100,8 +87,8 @@ template <typename S>
 __device__ __forceinline__ void multiply_even(const EvenCopies<S>& copies, int group,
                                               float (&sum)[S::kTiles][kEvenWeightRows / 8][4]) {
   const int chunks = copies.share.chunks, lane = threadIdx.x % 32;
-  Ring<S::kWeightStages> weights, weights_before;
-  Ring<S::kXStages> x, x_before;
+  Turn<S::kWeightStages> weights, weights_before;
+  Turn<S::kXStages> x, x_before;
   for (int i = 0; i < chunks; ++i) {
     copies.weights_full(weights.stage).wait(weights.parity);
     copies.x_full(x.stage).wait(x.parity);

@@ -39,19 +39,6 @@ struct TileMemory {
   unsigned char *keys, *values, *bytes;
 };
 
-// The stage whose turn it is, and the parity of the phase in which its barriers are.
-template <int stages>
-struct Turn {
-  int stage = 0;
-  unsigned parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // The producer: each warp fetches a quarter of a tile's positions, a lane looks up one of them for the others. Eight
 // lanes copy 64 columns of a row.
 template <typename T, int dim>
