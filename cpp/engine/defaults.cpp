@@ -95,6 +95,9 @@ void check_options(const EngineOptions& options, const ModelSpec& spec) {
   require_range("--max-waiting", options.max_waiting, 0, many);
   require_range("--max-loras", options.max_loras, 1, 1024);
   require_range("--max-lora-rank", options.max_lora_rank, 1, kMaxAdapterRank);
+  if (options.speculate != "none" && options.speculate != "ngram") {
+    throw InputError("--speculate must be none or ngram, got " + options.speculate);
+  }
   if (!(options.target_itl_ms >= 0 && options.target_itl_ms <= 60'000)) {
     throw InputError(concat("--target-itl-ms must be between 0 and 60000, got ", options.target_itl_ms));
   }
@@ -143,9 +146,6 @@ EngineConfig choose_steps(const EngineOptions& options, const Model& model, cons
   config.overlap = !options.disable_overlap;
   config.prefix_cache = !options.disable_prefix_cache;
   config.report_blocks = options.report_blocks;
-  if (options.speculate != "none" && options.speculate != "ngram") {
-    throw InputError("--speculate must be none or ngram, got " + options.speculate);
-  }
   config.speculate = options.speculate == "ngram";
   if (config.speculate) config.max_drafts = Speculation::kMostStepDrafts;
   config.deterministic = options.deterministic;

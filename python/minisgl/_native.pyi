@@ -83,32 +83,9 @@ _Unpooled: TypeAlias = tuple[
     int,  # prompt tokens found in the prefix cache, once, when prefill ends; else 0
 ]
 # The same, and behind it an embedding: 32-bit floating-point numbers.
-_Pooled: TypeAlias = tuple[
-    int,
-    list[int],
-    _Finish,
-    _ErrorCode,
-    str,
-    list[tuple[float, _TopTokens]] | None,
-    list[tuple[int, float | None, _TopTokens]] | None,
-    tuple[float, float, float] | None,
-    int,
-    bytes,
-]
+_Pooled: TypeAlias = tuple[Unpack[_Unpooled], bytes]
 # The same, with drafts that were tried and those of them that held; with the finish.
-_Drafted: TypeAlias = tuple[
-    int,
-    list[int],
-    _Finish,
-    _ErrorCode,
-    str,
-    list[tuple[float, _TopTokens]] | None,
-    list[tuple[int, float | None, _TopTokens]] | None,
-    tuple[float, float, float] | None,
-    int,
-    bytes,
-    tuple[int, int],
-]
+_Drafted: TypeAlias = tuple[Unpack[_Pooled], tuple[int, int]]
 _Output: TypeAlias = _Unpooled | _Pooled | _Drafted
 
 class Progress:

@@ -134,8 +134,7 @@ class EngineSettings:
     )
     max_loras: int = option(
         8,
-        "most adapters in one step, and on a GPU at a time; of those that are loaded beyond that "
-        "the least recently used gives way",
+        "most different adapters in one step; a request with another one waits",
         bounds=(1, 1024),
     )
     max_lora_rank: int = option(64, "highest rank of an adapter", bounds=(1, 256))

@@ -18,7 +18,7 @@ from tests.python.launch.servers import DEADLINE, ServerProcess, Stream, get, un
 from tests.python.models.lora_adapters import save_adapter
 from tests.python.running.conftest import PROGRAM
 from tests.python.running.test_ranks import text_of
-from tests.python.running.test_replicas import KEY, change, live_at, rank_of, serving
+from tests.python.running.test_replicas import KEY, change, live_at, rank_of, replicas, serving
 
 NAMES = ["", "a", "b"]
 TOKENS = 600
@@ -36,16 +36,9 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def server(
     tiny_model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    flags = ("--replicas", "2", "--device", "cpu", "--admin-api-key", KEY)
-    lora = (f"--lora=a={adapters / 'a'}",)
     folder = tmp_path_factory.mktemp("server")
-    server = ServerProcess(tiny_model, folder, *flags, *lora, program=PROGRAM)
-    port = server.wait_ready()
-    until(lambda: serving(port) == 2)
-    yield server
-    server.signal(signal.SIGTERM)
-    assert server.wait() == 0, server.output
-    assert "Traceback" not in server.output
+    with replicas(tiny_model, folder, 2, f"--lora=a={adapters / 'a'}") as server:
+        yield server
 
 
 def post(port: int, path: str, body: dict[str, Any]) -> tuple[int, str]:

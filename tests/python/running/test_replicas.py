@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -35,16 +36,23 @@ TOKENS = 2000  # for about a second, so that none ends before its replica is los
 DRAWN = {"temperature": 0.8, "seed": 7, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
 
 
-@pytest.fixture(scope="module")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    flags = ("--replicas", "3", "--device", "cpu", "--admin-api-key", KEY)
-    server = ServerProcess(tiny_model, tmp_path_factory.mktemp("server"), *flags, program=PROGRAM)
+@contextlib.contextmanager
+def replicas(model: Path, folder: Path, count: int, *flags: str) -> Iterator[ServerProcess]:
+    """A server whose replicas all serve; it has to end in order."""
+    flags = ("--replicas", str(count), "--device", "cpu", "--admin-api-key", KEY, *flags)
+    server = ServerProcess(model, folder, *flags, program=PROGRAM)
     port = server.wait_ready()
-    until(lambda: serving(port) == 3)
+    until(lambda: serving(port) == count)
     yield server
     server.signal(signal.SIGTERM)
     assert server.wait() == 0, server.output
     assert "Traceback" not in server.output
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with replicas(tiny_model, tmp_path_factory.mktemp("server"), 3) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
